@@ -103,7 +103,7 @@ impl Program {
     }
 
     /// A program whose handler takes up to 10 jobs at once; see
-    /// [`batch_size`](Program::batch_size). A run receives as many messages, unless
+    /// [`batch_size`](Program::batch_size). A run receives one batch, unless
     /// [`max_messages`](Program::max_messages) is set.
     ///
     /// ```no_run
@@ -195,7 +195,9 @@ impl<K: 'static> Program<K> {
     setters!();
     queue_setters!();
 
-    /// How many messages a run processes, one after another or at the same time; 1 by default.
+    /// How many messages a run processes, one after another or at the same time. By default, as many
+    /// as it takes at the same time: `concurrency` calls of the handler (1) with a message or a batch
+    /// each, and `prefetch` (0).
     pub fn max_messages(self, messages: u32) -> Self {
         self.setting("max-messages", messages.to_string())
     }

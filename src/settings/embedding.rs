@@ -1,16 +1,19 @@
 //! The command line of a program that embeds leasehold.
 
 use std::ffi::OsString;
+use std::str::FromStr;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
+#[cfg(feature = "aws")]
+use super::RunSettings;
 use super::command_line::{checked, command, empty_is_unset};
 use super::error::SettingError;
 use super::errors::fit_to_print;
 use super::given::Values;
-use super::in_code::{DEFAULT_BATCH, HANDLER};
+use super::in_code::{HANDLER, default_batch};
 use super::no_effect::{self, COMMAND_ONLY};
 use super::pod::WorkSettings;
 use super::values::Handler;
@@ -59,13 +62,33 @@ impl Embedding {
         }
     }
 
-    /// For a handler that takes several messages at once. The run may receive as many.
+    /// For a handler that takes several messages at once.
     #[must_use]
-    pub fn with_batches(mut self) -> Self {
-        let most = || OsString::from(DEFAULT_BATCH.to_string());
-        self.defaults.extend([("batch-size", most()), ("max-messages", most())]);
-        self.takes_batches = true;
-        self
+    pub fn with_batches(self) -> Self {
+        Self { takes_batches: true, ..self }
+    }
+
+    /// The value that the code sets for a flag.
+    fn set<T: FromStr>(&self, flag: &str) -> Option<T> {
+        let (_, value) = self.defaults.iter().rev().find(|(name, _)| *name == flag)?;
+        value.to_str()?.parse().ok()
+    }
+
+    /// The defaults of all flags that differ from leasehold's.
+    fn all_defaults(&self) -> Values {
+        let amounts = Amounts {
+            concurrency: self.set("concurrency").unwrap_or(1),
+            prefetch: self.set("prefetch").unwrap_or(0),
+            batch_size: self.set("batch-size"),
+            max_messages: self.set("max-messages"),
+        };
+        let (batch_size, max_messages) = amounts.with_defaults(self.takes_batches);
+        let mut all: Values = vec![
+            ("batch-size", batch_size.to_string().into()),
+            ("max-messages", max_messages.to_string().into()),
+        ];
+        all.extend(self.defaults.iter().cloned());
+        all
     }
 
     /// The program's whole command line. An error is a mistake in the program.
@@ -87,7 +110,7 @@ impl Embedding {
         if let Err(error) = no_effect::refuse(&COMMAND_ONLY, defaults) {
             return Err(program.error(ErrorKind::ArgumentConflict, error));
         }
-        for (flag, value) in &self.defaults {
+        for (flag, value) in &self.all_defaults() {
             let is_it = |arg: &Arg| arg.get_long() == Some(flag);
             if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
                 let complaint = format!(
@@ -156,10 +179,29 @@ impl Embedding {
             }
         }
         let of_action = matches.subcommand().map(|(_, of)| of.clone()).unwrap_or_default();
+        #[cfg(feature = "aws")]
+        if let Some(run) = run_of(&mut cli.action) {
+            self.adapt(run, &of_action);
+        }
         match refuse_command_only(&cli.action, &of_action) {
             Err(complaint) => Err(program.error(ErrorKind::ArgumentConflict, complaint)),
             Ok(()) => Ok(Parsed::Action(Box::new(cli.action), of_action)),
         }
+    }
+
+    /// The amounts that are set decide about those that are not.
+    #[cfg(feature = "aws")]
+    fn adapt(&self, run: &mut RunSettings, matches: &ArgMatches) {
+        let is_set = |flag: &str| {
+            is_given(matches, flag) || self.defaults.iter().any(|(name, _)| *name == flag)
+        };
+        let amounts = Amounts {
+            concurrency: run.concurrency,
+            prefetch: run.prefetch,
+            batch_size: Some(run.work.batch_size).filter(|_| is_set("batch-size")),
+            max_messages: Some(run.work.max_messages).filter(|_| is_set("max-messages")),
+        };
+        (run.work.batch_size, run.work.max_messages) = amounts.with_defaults(self.takes_batches);
     }
 
     /// The help of a subcommand, without what only a command has.
@@ -218,6 +260,27 @@ impl Embedding {
     }
 }
 
+/// How many messages a run takes, at the same time and in all; `None` where nothing is set.
+struct Amounts {
+    concurrency: usize,
+    prefetch: usize,
+    batch_size: Option<usize>,
+    max_messages: Option<u32>,
+}
+
+impl Amounts {
+    /// The size of a batch, and the number of messages: by default, a run takes as many as it can take
+    /// at the same time.
+    fn with_defaults(self, takes_batches: bool) -> (usize, u32) {
+        let Self { concurrency, prefetch, batch_size, max_messages } = self;
+        let default = if takes_batches { default_batch(concurrency, max_messages) } else { 1 };
+        let batch_size = batch_size.unwrap_or(default);
+        let at_once = concurrency.saturating_mul(batch_size).saturating_add(prefetch).max(1);
+        let most = || u32::try_from(at_once).unwrap_or(u32::MAX);
+        (batch_size, max_messages.unwrap_or_else(most))
+    }
+}
+
 fn is_work(action: &Command) -> bool {
     ["run", "local"].contains(&action.get_name())
 }
@@ -234,6 +297,27 @@ fn work_of(action: &mut Action) -> Option<&mut WorkSettings> {
         Action::Sweep(_) => None,
         Action::Install(_) | Action::Completions { .. } | Action::Man => None,
     }
+}
+
+#[cfg(feature = "aws")]
+fn run_of(action: &mut Action) -> Option<&mut RunSettings> {
+    match action {
+        Action::Run(args) => Some(args),
+        #[cfg(feature = "check")]
+        Action::Check(args) => Some(&mut args.run),
+        #[cfg(feature = "local")]
+        Action::Local(_) => None,
+        #[cfg(feature = "check")]
+        Action::Schema | Action::Reference => None,
+        #[cfg(feature = "pushgateway")]
+        Action::Sweep(_) => None,
+        Action::Install(_) | Action::Completions { .. } | Action::Man => None,
+    }
+}
+
+/// Is the flag set on the command line, or by its variable?
+fn is_given(matches: &ArgMatches, flag: &str) -> bool {
+    matches.value_source(&id(flag)).is_some_and(|source| source != ValueSource::DefaultValue)
 }
 
 /// The flags that only a command has, without dashes.
@@ -267,11 +351,8 @@ fn refuse_command_only(action: &Action, matches: &ArgMatches) -> Result<(), Sett
         Action::Sweep(_) => return Ok(()),
         Action::Install(_) | Action::Completions { .. } | Action::Man => return Ok(()),
     };
-    let is_given = |flag: &&str| {
-        let source = matches.value_source(&id(flag));
-        source.is_some_and(|source| source != ValueSource::DefaultValue)
-    };
-    no_effect::refuse(&COMMAND_ONLY, command_only().filter(is_given))?;
+    let given = command_only().filter(|flag| is_given(matches, flag));
+    no_effect::refuse(&COMMAND_ONLY, given)?;
     no_effect::refuse_command_only(work)
 }
 
@@ -280,6 +361,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    #[cfg(feature = "aws")]
+    use crate::settings::resolve::RunConfig;
 
     fn parse(embedding: &Embedding, words: &str) -> Result<Parsed, String> {
         embedding
@@ -309,6 +392,62 @@ mod tests {
         assert_eq!(longest("resize run --max-duration 3h"), Duration::from_hours(3));
         assert!(parse(&program, "resize run --help").unwrap_err().contains("[default: 2h]"));
         assert!(parse(&program, "resize local in").is_ok());
+    }
+
+    /// The amounts of a run: the size of a batch, all messages, prefetched ones.
+    #[cfg(feature = "aws")]
+    fn amounts(program: &Embedding, words: &str) -> (usize, u32, usize) {
+        let Parsed::Action(action, _) = parse(program, words).unwrap() else {
+            panic!("it is an action")
+        };
+        let Action::Run(args) = *action else { panic!("it is run") };
+        let amounts = (args.work.batch_size, args.work.max_messages, args.prefetch);
+        RunConfig::try_from(*args).unwrap();
+        amounts
+    }
+
+    #[cfg(feature = "aws")]
+    #[test]
+    fn a_run_takes_as_many_messages_as_at_the_same_time_if_nothing_else_is_set() {
+        for (set, words, expected) in [
+            (&[][..], "", (1, 1, 0)),
+            (&[("concurrency", "4")], "", (1, 4, 0)),
+            (&[("concurrency", "4")], " --prefetch 2", (1, 6, 2)),
+            (&[("prefetch", "1")], " --concurrency 2", (1, 3, 1)),
+            (&[("concurrency", "4"), ("max-messages", "9")], "", (1, 9, 0)),
+            (&[("concurrency", "4")], " --max-messages 9", (1, 9, 0)),
+        ] {
+            let program = with_defaults(&[&[QUEUE], set].concat());
+            assert_eq!(
+                amounts(&program, &format!("resize run{words}")),
+                expected,
+                "{set:?}{words}"
+            );
+        }
+        for (set, words, expected) in [
+            (&[][..], "", (10, 10, 0)),
+            (&[("batch-size", "5")], "", (5, 5, 0)),
+            (&[("concurrency", "2")], "", (10, 20, 0)),
+            (&[("concurrency", "2")], " --batch-size 3 --prefetch 1", (3, 7, 1)),
+            (&[("max-messages", "5")], "", (5, 5, 0)),
+            (&[("max-messages", "5")], " --concurrency 2", (2, 5, 0)),
+            (&[("max-messages", "100")], " --batch-size 4", (4, 100, 0)),
+        ] {
+            let program = with_defaults(&[&[QUEUE], set].concat()).with_batches();
+            assert_eq!(
+                amounts(&program, &format!("resize run{words}")),
+                expected,
+                "{set:?}{words}"
+            );
+        }
+        let program = with_defaults(&[QUEUE, ("batch-size", "5")]).with_batches();
+        let help = parse(&program, "resize run --help").unwrap_err();
+        assert_eq!(help.matches("[default: 5]").count(), 2, "{help}");
+        let program = with_defaults(&[QUEUE, ("concurrency", "4"), ("max-messages", "2")]);
+        let Parsed::Action(action, _) = parse(&program, "resize run").unwrap() else { panic!() };
+        let Action::Run(args) = *action else { panic!("it is run") };
+        let refused = RunConfig::try_from(*args).unwrap_err();
+        assert!(matches!(refused, SettingError::Concurrency { .. }), "{refused}");
     }
 
     #[test]

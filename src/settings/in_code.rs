@@ -15,8 +15,8 @@ use super::values::Handler;
 /// In place of the command.
 pub const HANDLER: &str = "the handler";
 
-/// How many messages a batch handler takes at most, if nothing is set.
-pub const DEFAULT_BATCH: usize = 10;
+/// How many messages a batch handler takes at most, if nothing else is set.
+const DEFAULT_BATCH: usize = 10;
 
 /// The settings of `run` with these values, without a command line and without `LEASEHOLD_`
 /// variables.
@@ -26,11 +26,17 @@ pub fn run_settings(values: &Values, takes_batches: bool) -> Result<RunSettings,
         return Err(SettingError::NoQueue.into());
     }
     let mut settings: RunSettings = read(values, &[&COMMAND_ONLY, &PROGRAM_ONLY], takes_batches)?;
-    let most = usize::try_from(settings.work.max_messages).unwrap_or(usize::MAX);
-    // A run of few messages needs no larger batches.
-    let size = DEFAULT_BATCH.min(most / settings.concurrency.max(1)).max(1);
+    let size = default_batch(settings.concurrency, Some(settings.work.max_messages));
     prepare(&mut settings.work, values, takes_batches.then_some(size))?;
     Ok(settings)
+}
+
+/// How many messages a batch handler takes at most, if nothing is set. A run of few messages needs
+/// no larger batches.
+#[cfg(any(feature = "aws", feature = "cli"))]
+pub fn default_batch(concurrency: usize, max_messages: Option<u32>) -> usize {
+    let most = max_messages.and_then(|most| most.try_into().ok()).unwrap_or(usize::MAX);
+    DEFAULT_BATCH.min(most / concurrency.max(1)).max(1)
 }
 
 /// The settings of `local` with these values; its folder is not used.
