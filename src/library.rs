@@ -10,6 +10,8 @@ mod outcome;
 #[cfg(feature = "cli")]
 mod program;
 mod settings;
+#[cfg(feature = "aws")]
+mod summary;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod threads;
@@ -24,4 +26,6 @@ pub use outcome::Outcome;
 pub use program::{Program, main};
 pub use settings::{MissingObject, OnSuccess};
 #[cfg(feature = "aws")]
-pub use worker::{RunError, SettingsError, Summary, Worker};
+pub use summary::Summary;
+#[cfg(feature = "aws")]
+pub use worker::{RunError, SettingsError, Worker};

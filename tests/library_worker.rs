@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 use std::time::Duration;
 
+use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
 use leasehold::prometheus::{Registry, TextEncoder};
 use leasehold::{
     CancellationToken, Error, Failure, Handler, Job, Outcome, RunError, SettingsError, Worker,
@@ -340,6 +341,50 @@ async fn what_cannot_work_is_an_error_and_ends_no_process() {
     let nowhere = self::worker(&cloud, succeed).queue_url(format!("{}-none", cloud.queue_url));
     let ended = nowhere.run().await;
     assert!(matches!(ended, Err(RunError::Misconfigured(_))), "{ended:?}");
+}
+
+/// Each further message would use up a receive.
+#[tokio::test]
+async fn a_worker_whose_work_directory_vanishes_ends_after_three_messages() {
+    let cloud = Cloud::new(5).await;
+    let work_dir = cloud.dir.path().join("work");
+    std::fs::create_dir(&work_dir).unwrap();
+    for number in 0..7 {
+        cloud.put(&format!("{number}"), b"data").await;
+    }
+    let vanishing = work_dir.clone();
+    let handler = move |_: Job| std::future::ready(std::fs::remove_dir_all(&vanishing));
+    let worker = worker(&cloud, handler).work_dir(&work_dir);
+    let worker = worker.retry(Duration::from_hours(1), Duration::from_hours(1));
+    let ended = timeout(LIMIT, worker.run()).await.unwrap();
+    let RunError::NotStarted(why) = ended.unwrap_err() else { panic!("another error") };
+    assert!(why.starts_with("work_dir ") && why.contains("No such file"), "{why}");
+
+    let (left, waiting) = cloud.counts().await;
+    assert!(left >= 3 && left + waiting <= 7, "{left} and {waiting}");
+    let received = cloud
+        .sqs
+        .receive_message()
+        .queue_url(&cloud.queue_url)
+        .max_number_of_messages(10)
+        .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
+        .send()
+        .await
+        .unwrap();
+    let count = |message: &Message| {
+        let attributes = message.attributes.as_ref().unwrap();
+        attributes[&MessageSystemAttributeName::ApproximateReceiveCount].clone()
+    };
+    let counts: Vec<_> = received.messages().iter().map(count).collect();
+    assert!(!counts.is_empty() && counts.iter().all(|count| count == "1"), "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_panic_of_the_future_that_stops_a_worker_stops_it() {
+    let cloud = Cloud::new(5).await;
+    let worker = worker(&cloud, succeed).stop_when(async { panic!("no telephone") });
+    let summary = timeout(LIMIT, worker.run()).await.unwrap().unwrap();
+    assert_eq!(summary, leasehold::Summary::default());
 }
 
 /// A future that is dropped is like a killed pod: nothing is deleted.

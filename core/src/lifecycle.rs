@@ -300,7 +300,7 @@ impl Job {
 
 /// After as many messages in a row whose command could not be started, the run ends: a program or a work
 /// directory that is missing would use up a receive of each message in the queue.
-const MOST_NOT_STARTED: u32 = 3;
+pub const MOST_NOT_STARTED: u32 = 3;
 
 /// A job between two phases.
 struct Run {

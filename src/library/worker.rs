@@ -1,15 +1,15 @@
 //! A handler beside other tasks: no command line, no global state.
 
+use std::fmt;
 use std::future::{Future, pending};
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::runtime::{Builder, Handle};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::dispatcher::{self, Dispatch};
@@ -19,19 +19,17 @@ use tracing::subscriber::NoSubscriber;
 use super::failure::Error;
 use super::handler::{AnyHandler, BatchHandler, Batches, Handler, OneJob};
 use super::in_process;
-use super::outcome::Outcome;
 use super::settings::{batch_setters, queue_setters, setters};
+use super::summary::{Counted, Summary};
 use super::threads::{DroppableRuntime, Threads};
 use crate::actors::supervisor::{self, World};
 use crate::adapters::aws::SdkConfig;
 use crate::adapters::aws::sqs::queue_url::queue_name;
-use crate::job::report::{Observation, Report};
 use crate::job::run_outcome::{ReceiveFailure, RunOutcome};
 use crate::job::settings::Settings;
-use crate::job::verdict::Settlement;
+use crate::ports::Runner;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
-use crate::ports::{Runner, Telemetry};
 use crate::settings::error::SettingError;
 use crate::settings::given::{Refused, Values};
 use crate::settings::in_code::{as_code, flags, has, run_settings};
@@ -127,6 +125,10 @@ pub enum RunError {
     /// Receive requests kept failing for `receive-give-up`.
     #[error("no message could be received: {0}")]
     Unavailable(String),
+    /// The handler could not be started for three messages in a row, such as without the work directory:
+    /// each further message would use up a receive.
+    #[error("the handler could not be started: {0}")]
+    NotStarted(String),
     /// A bug in leasehold. The message is kept, as always.
     #[error("{0}")]
     Bug(String),
@@ -136,20 +138,10 @@ impl RunError {
     fn process<E: Into<Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::Process { what, source: error.into() }
     }
-}
 
-/// What a worker did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Summary {
-    /// Messages whose handler succeeded.
-    pub succeeded: u64,
-    /// Messages that were deleted without a handler: there was nothing to do.
-    pub skipped: u64,
-    /// Messages that were kept, to be retried.
-    pub kept: u64,
-    /// Why the last of them was kept.
-    pub last_kept: Option<Outcome>,
+    fn bug(died: &JoinError) -> Self {
+        Self::Bug(format!("a bug in leasehold: {died}"))
+    }
 }
 
 impl Worker {
@@ -191,22 +183,26 @@ impl<K> Worker<K> {
     setters!();
     queue_setters!();
 
-    /// Ends after this many messages, or when no message comes for 10 seconds; see
-    /// [`until_empty`](Self::until_empty).
+    /// Ends after this many messages, or as [`until_empty`](Self::until_empty) does, with 10 seconds.
     pub fn max_messages(mut self, messages: u32) -> Self {
         self.until = Until::Empty;
         self.setting("max-messages", messages.to_string())
     }
 
-    /// Ends when no message comes for `wait`, instead of only when it is stopped.
+    /// Ends when no message comes for `wait`, in whole seconds, instead of only when it is stopped.
+    ///
+    /// Messages may be left: each of the [`concurrency`](Self::concurrency) loops also ends after a
+    /// message whose lease ended (`lease_lost`, `lost_after_success`, `lease_exhausted`,
+    /// `handed_over`), and in a FIFO queue after each message that was kept.
     pub fn until_empty(mut self, wait: Duration) -> Self {
         self.until = Until::Empty;
         self.setting("wait", super::settings::time(wait))
     }
 
-    /// Stops the worker gracefully when this future completes: running handlers get the stop grace,
-    /// and no message is deleted after that. A [`CancellationToken`] gives
-    /// `token.cancelled_owned()`. The future runs on the caller's runtime.
+    /// Stops the worker gracefully when this future completes, or panics: running handlers get the stop
+    /// grace, and no message is deleted after that. A [`CancellationToken`] gives
+    /// `token.cancelled_owned()`. The last future that was set counts. It runs on the caller's
+    /// runtime: a handler that blocks that runtime delays the stop.
     pub fn stop_when(mut self, stop: impl Future<Output = ()> + Send + 'static) -> Self {
         self.stop = stop.boxed();
         self
@@ -240,42 +236,33 @@ impl<K> Worker<K> {
         self
     }
 
-    /// Checks the settings, as [`run`](Self::run) does. One that has no effect is refused, too.
+    /// Checks the settings, as [`run`](Self::run) does. One that has no effect is refused, too. It
+    /// blocks while it reads the file of `job-types`, if that is set.
     pub fn check(&self) -> Result<(), SettingsError> {
-        self.config().map(drop)
-    }
-
-    fn config(&self) -> Result<RunConfig, SettingsError> {
-        let refused = |error: SettingError| SettingsError(error.into());
-        if self.until == Until::Stopped {
-            no_effect::refuse(&NEEDS_AN_END, flags(&self.values)).map_err(refused)?;
-        }
-        let mut values = self.values.clone();
-        if !has(&values, "max-messages") {
-            values.push(("max-messages", u32::MAX.to_string().into()));
-        }
-        let settings =
-            run_settings(&values, self.handler.takes_batches()).map_err(SettingsError)?;
-        RunConfig::try_from(settings).map_err(refused)
+        config(self.values.clone(), self.until, self.handler.takes_batches()).map(drop)
     }
 
     /// Runs until it is stopped, or as the settings say. Dropping the future is like a kill: the
     /// handler is dropped, and its message is visible again after the visibility timeout.
     pub async fn run(self) -> Result<Summary, RunError> {
-        let config = self.config()?;
-        let Self { handler, until, stop: stop_when, on_signals, registry, aws, .. } = self;
+        let Self { handler, values, until, stop: stop_when, on_signals, registry, aws, .. } = self;
         let callers = Handle::try_current()
             .map_err(RunError::process("a worker needs a tokio runtime of its caller"))?;
+        let takes_batches = handler.takes_batches();
+        // The file of job types may be on a slow disk.
+        let config = callers.spawn_blocking(move || config(values, until, takes_batches));
+        let config = config.await.map_err(|died| RunError::bug(&died))??;
         if self.report_panics {
             panics::record_places();
         }
         let batching = config.work.batch.sharing(config.concurrency);
         let stop = CancellationToken::new();
         let _stopper = AbortOnDropHandle::new(callers.spawn({
-            let stop = stop.clone();
+            // Also after a panic: otherwise, nothing could stop the worker.
+            let stops = stop.clone().drop_guard();
             async move {
                 stop_when.await;
-                stop.cancel();
+                drop(stops);
             }
         }));
         let runner = in_process::runner(handler, Threads::Shared(callers), batching);
@@ -284,10 +271,31 @@ impl<K> Worker<K> {
         let own = own_runtime(on_start)?;
         let run = Run { config, until, stop, on_signals, registry, aws };
         let running = AbortOnDropHandle::new(own.handle().spawn(run.on(runner, work.0.clone())));
-        running
-            .await
-            .unwrap_or_else(|died| Err(RunError::Bug(format!("a bug in leasehold: {died}"))))
+        running.await.unwrap_or_else(|died| Err(RunError::bug(&died)))
     }
+}
+
+impl<K> fmt::Debug for Worker<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").finish_non_exhaustive()
+    }
+}
+
+/// Reads and checks the settings. Blocks while it reads the file of job types.
+fn config(
+    mut values: Values,
+    until: Until,
+    takes_batches: bool,
+) -> Result<RunConfig, SettingsError> {
+    let refused = |error: SettingError| SettingsError(error.into());
+    if until == Until::Stopped {
+        no_effect::refuse(&NEEDS_AN_END, flags(&values)).map_err(refused)?;
+    }
+    if !has(&values, "max-messages") {
+        values.push(("max-messages", u32::MAX.to_string().into()));
+    }
+    let settings = run_settings(&values, takes_batches).map_err(SettingsError)?;
+    RunConfig::try_from(settings).map_err(refused)
 }
 
 /// A worker whose settings are checked.
@@ -321,10 +329,8 @@ impl Run {
                 .await
                 .map_err(RunError::Misconfigured)?;
         let readiness = Arc::new(Readiness::new(stop.clone()));
-        let telemetry = Arc::new(Counted {
-            pod: PodTelemetry::new(None, attempts, metrics, readiness),
-            summary: Mutex::default(),
-        });
+        let pod = PodTelemetry::new(None, attempts, metrics, readiness);
+        let telemetry = Arc::new(Counted::new(pod, stop.clone()));
         let health = Health::default();
         let world = World {
             queue,
@@ -340,7 +346,9 @@ impl Run {
             Until::Stopped => run_until_stopped(&world, &settings, runs, &stop).await,
         };
         match outcome {
-            RunOutcome::Finished | RunOutcome::Kept(_) => Ok(telemetry.summary()),
+            RunOutcome::Finished | RunOutcome::Kept(_) => {
+                telemetry.summary().map_err(|why| RunError::NotStarted(as_code(&why)))
+            }
             RunOutcome::ReceiveFailed(ReceiveFailure::GaveUp(why)) => {
                 Err(RunError::Unavailable(why))
             }
@@ -398,6 +406,7 @@ async fn run_until_stopped(
             while !stop.is_cancelled() {
                 let stopped = stop.clone().cancelled_owned();
                 match supervisor::run(world.clone(), settings.clone(), stopped).await {
+                    // `Counted` cancels the token if the handler cannot be started.
                     RunOutcome::Finished | RunOutcome::Kept(_) => {}
                     failed @ (RunOutcome::ReceiveFailed(_)
                     | RunOutcome::ActorDied(_)
@@ -466,52 +475,26 @@ impl Drop for Registered {
     }
 }
 
-/// Telemetry that counts messages.
-struct Counted {
-    pod: PodTelemetry,
-    summary: Mutex<Summary>,
-}
-
-impl Counted {
-    fn summary(&self) -> Summary {
-        self.summary.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-#[async_trait]
-impl Telemetry for Counted {
-    async fn report(&self, report: &Report) {
-        if let Report::Ended(ended) = report {
-            self.summary.lock().unwrap_or_else(PoisonError::into_inner).add(&ended.settlement);
-        }
-        self.pod.report(report).await;
-    }
-
-    fn record(&self, observation: Observation) {
-        self.pod.record(observation);
-    }
-}
-
-impl Summary {
-    fn add(&mut self, settlement: &Settlement) {
-        use crate::job::verdict::Completion;
-
-        match settlement {
-            Settlement::Deleted(Completion::Succeeded) => self.succeeded += 1,
-            Settlement::Deleted(Completion::NothingToDo(_) | Completion::AlreadyDone) => {
-                self.skipped += 1;
-            }
-            Settlement::Kept(..) => {
-                self.kept += 1;
-                self.last_kept = Some(Outcome::of(settlement));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::library::Job;
+
+    #[test]
+    fn the_setters_of_a_worker_are_settings_of_run() {
+        let worker = Worker::new(async |_: Job| Ok::<_, Error>(()))
+            .queue_url("https://sqs.us-east-1.amazonaws.com/1/q")
+            .concurrency(2)
+            .prefetch(3)
+            .attempts("s3://bucket/attempts");
+        let read = |worker: &Worker| config(worker.values.clone(), worker.until, false).unwrap();
+        let config = read(&worker);
+        assert_eq!((config.concurrency, config.prefetch), (2, 3));
+        assert_eq!(config.work.settings.policy.max_messages, u32::MAX);
+        assert!(config.records.attempts.is_some());
+        let config = read(&worker.max_messages(7));
+        assert_eq!(config.work.settings.policy.max_messages, 7);
+    }
 
     #[test]
     fn the_next_worker_of_a_queue_can_register_its_metrics() {

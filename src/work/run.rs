@@ -290,7 +290,7 @@ impl CommandWorker {
                 let store = self.store.as_ref();
                 space
                     .make(&space.input_folder())
-                    .map_err(|error| Failure::Fetch(self.work_dir.failed(&error)))?;
+                    .map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
                 // In a box: work without a download is not moved with its size.
                 let fetched = Box::pin(fetch::fetch(
                     store,
