@@ -324,6 +324,19 @@ async fn an_object_that_cannot_be_fetched_on_demand_keeps_the_message() {
     assert_eq!(run.outcomes(), [Outcome::Unreadable], "the rule holds before the handler starts");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_test_has_the_buckets_of_production() {
+    let handler = |job: Job| async move {
+        assert_eq!(job.bucket.as_deref(), Some("orders"));
+        job.bytes().await.map(drop)
+    };
+    let worker = || TestWorker::new(handler).object("k", "data").max_receive_count(1);
+    let run = worker().bucket("orders").buckets(["orders", "returns"]).run().await;
+    assert_eq!(run.outcomes(), [Outcome::Succeeded], "{:?}", run.attempts());
+    let run = worker().buckets(["orders", "returns"]).run().await;
+    assert_eq!(run.outcomes(), [Outcome::Unreadable]);
+}
+
 /// The setters of enums write what the flags read.
 #[tokio::test(start_paused = true)]
 async fn what_happens_to_an_object_is_a_typed_setting() {

@@ -267,7 +267,9 @@ impl Inner {
         if let Some(on_demand) = self.on_demand.clone() {
             let path = folder.to_owned();
             let made = spawn_blocking(move || on_demand.folders.make(&path)).await;
-            made.map_err(Failure::retry)?.map_err(Failure::retry)?;
+            let failed =
+                |error| Failure::retry(format!("{} cannot be made: {error}", folder.display()));
+            made.map_err(Failure::retry)?.map_err(failed)?;
         }
         Ok(folder)
     }

@@ -1,6 +1,7 @@
 //! A whole program around a handler.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::marker::PhantomData;
 use std::path::Path;
 use std::process::ExitCode;
@@ -150,7 +151,7 @@ impl Program<Batches> {
     batch_setters!();
 }
 
-impl<K: 'static> Program<K> {
+impl<K> Program<K> {
     fn with(flags: Option<fn(Command) -> Command>, handler: MakeHandler) -> Self {
         let started = std::env::args_os().next().unwrap_or_default();
         let name = Path::new(&started).file_name().and_then(OsStr::to_str).unwrap_or("worker");
@@ -208,43 +209,81 @@ impl<K: 'static> Program<K> {
     /// Within a tokio runtime, such as `#[tokio::main]`, it runs on another thread, and blocks the
     /// current one.
     pub fn main(self) -> ExitCode {
+        let Self { embedding, handler, subcommands, kind: _ } = self;
+        let start = || start(embedding, handler, subcommands);
         if Handle::try_current().is_err() {
-            return self.start();
+            return start();
         }
         let started = std::thread::Builder::new().name("leasehold".to_owned());
-        let ended = started.spawn(|| self.start()).map(std::thread::JoinHandle::join);
+        let ended = started.spawn(start).map(std::thread::JoinHandle::join);
         match ended {
             Ok(Ok(code)) => code,
             Ok(Err(panic)) => std::panic::resume_unwind(panic),
             Err(error) => app::refuse("leasehold", &format!("no thread could be started: {error}")),
         }
     }
+}
 
-    fn start(self) -> ExitCode {
-        let signals = app::signals::block();
-        let Self { embedding, handler, subcommands, .. } = self;
-        let name = embedding.name.clone();
-        app::main(signals, &name.clone(), move || {
-            match embedding.parse(std::env::args_os().collect())? {
-                Parsed::Subcommand(action, matches) => {
-                    let it = subcommands.into_iter().find(|it| it.name == action);
-                    let it = it.expect("each subcommand of the program has a function");
-                    Ok(Start::Subcommand(Box::new(move || (it.run)(&matches))))
-                }
-                Parsed::Action(action, matches) => {
-                    let is_work = action.does_work();
-                    let handler = is_work.then(|| handler(&matches)).transpose()?;
-                    let in_process = handler.map(|handler| -> InProcess {
-                        Box::new(|batching: Batching| {
-                            runner(handler, Threads::dedicated(batching.calls), batching)
-                        })
-                    });
-                    let command = move || embedding.command().expect("it was parsed");
-                    let host =
-                        Host { name, command: Box::new(command), is_embedded: true, in_process };
-                    Ok(Start::Perform(*action, host))
-                }
+impl<K> fmt::Debug for Program<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program").field("name", &self.embedding.name).finish_non_exhaustive()
+    }
+}
+
+fn start(embedding: Embedding, handler: MakeHandler, subcommands: Vec<Subcommand>) -> ExitCode {
+    let signals = app::signals::block();
+    let name = embedding.name.clone();
+    app::main(signals, &name.clone(), move || {
+        match embedding.parse(std::env::args_os().collect())? {
+            Parsed::Subcommand(action, matches) => {
+                let it = subcommands.into_iter().find(|it| it.name == action);
+                let it = it.expect("each subcommand of the program has a function");
+                Ok(Start::Subcommand(Box::new(move || (it.run)(&matches))))
             }
-        })
+            Parsed::Action(action, matches) => {
+                let is_work = action.does_work();
+                let handler = is_work.then(|| handler(&matches)).transpose()?;
+                let in_process = handler.map(|handler| -> InProcess {
+                    Box::new(|batching: Batching| {
+                        runner(handler, Threads::dedicated(batching.calls), batching)
+                    })
+                });
+                let command = move || embedding.command().expect("it was parsed");
+                let host = Host { name, command: Box::new(command), is_embedded: true, in_process };
+                Ok(Start::Perform(*action, host))
+            }
+        }
+    })
+}
+
+#[cfg(all(test, feature = "aws"))]
+mod tests {
+    use super::*;
+    use crate::settings::Action;
+    use crate::settings::resolve::RunConfig;
+    use crate::{Error, Job};
+
+    async fn succeed(_: Job) -> Result<(), Error> {
+        Ok(())
+    }
+
+    #[test]
+    fn the_setters_of_a_program_are_defaults_of_run() {
+        let program = Program::new(succeed)
+            .queue_url("https://sqs.us-east-1.amazonaws.com/1/q")
+            .concurrency(2)
+            .prefetch(3)
+            .max_messages(7)
+            .attempts("s3://bucket/attempts");
+        assert!(format!("{program:?}").starts_with("Program"));
+        let words = ["program", "run"].map(Into::into).into();
+        let Parsed::Action(action, _) = program.embedding.parse(words).unwrap() else {
+            panic!("it is an action")
+        };
+        let Action::Run(settings) = *action else { panic!("it is run") };
+        let config = RunConfig::try_from(*settings).unwrap();
+        assert_eq!((config.concurrency, config.prefetch), (2, 3));
+        assert_eq!(config.work.settings.policy.max_messages, 7);
+        assert!(config.records.attempts.is_some());
     }
 }

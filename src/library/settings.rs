@@ -46,7 +46,7 @@ macro_rules! setters {
         }
 
         /// How long a handler has to end after its job is cancelled; then it is dropped. By
-        /// default the termination grace minus 10 seconds.
+        /// default the termination grace minus 10 seconds, or minus a third of it if that is less.
         pub fn stop_grace(self, grace: std::time::Duration) -> Self {
             self.setting("stop-grace", $crate::library::settings::time(grace))
         }
@@ -75,13 +75,16 @@ macro_rules! setters {
             self.setting("buckets", names.join(","))
         }
 
-        /// What happens to a message whose object does not exist; a retry by default.
+        /// What happens to a message whose object was deleted or overwritten since the event; by
+        /// default, a retry if deleted, a permanent failure if overwritten.
         pub fn missing_object(self, treatment: $crate::library::settings::MissingObject) -> Self {
             self.setting("missing-object", treatment.text())
         }
 
         /// What happens to the object after its work succeeded, before the message is deleted;
-        /// nothing by default.
+        /// nothing by default. If it is moved or deleted, a redelivery must be recognised: with
+        /// `idempotency`, or with [`MissingObject::Ignore`](crate::MissingObject::Ignore) unless
+        /// the object is fetched on demand.
         pub fn on_success(self, action: $crate::library::settings::OnSuccess) -> Self {
             self.setting("on-success", action.text())
         }
@@ -120,13 +123,14 @@ macro_rules! queue_setters {
             self.setting("queue-url", url)
         }
 
-        /// How many messages, or batches of them, to process at the same time; 1 by default.
+        /// How many messages, or batches of them, to process at the same time; 1 by default. At most
+        /// `max_messages`, if that is set.
         pub fn concurrency(self, calls: usize) -> Self {
             self.setting("concurrency", calls.to_string())
         }
 
-        /// How many further messages to receive and download while the others are processed; none
-        /// by default.
+        /// How many further messages to receive and download while the others are processed, up to
+        /// 10; none by default. Not with `checkpoint` or `fetch_on_demand`.
         pub fn prefetch(self, messages: usize) -> Self {
             self.setting("prefetch", messages.to_string())
         }
@@ -158,7 +162,7 @@ macro_rules! batch_setters {
 }
 pub(super) use batch_setters;
 
-/// What happens to a message whose object does not exist.
+/// What happens to a message whose object was deleted or overwritten since the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MissingObject {

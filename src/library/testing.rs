@@ -24,9 +24,10 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::marker::PhantomData;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -51,6 +52,7 @@ use crate::adapters::local::rehearsal::{Fault, Rehearsal};
 use crate::adapters::local::store::FolderStore;
 use crate::job::delivery::Redrive;
 use crate::job::report::{Ended, Observation, Report};
+use crate::job::s3_location::is_bucket_name;
 use crate::job::settings::Settings;
 use crate::job::verdict::{Return, Settlement};
 use crate::ports::clock::Clock;
@@ -73,6 +75,7 @@ use crate::work::threads::WorkThreads;
 pub struct TestWorker<K = OneJob> {
     handler: AnyHandler,
     values: Values,
+    bucket: String,
     objects: Vec<(String, Vec<u8>)>,
     messages: Vec<String>,
     max_receive_count: u32,
@@ -104,6 +107,7 @@ impl<K> TestWorker<K> {
         Self {
             handler,
             values: Vec::new(),
+            bucket: "inbox".to_owned(),
             objects: Vec::new(),
             messages: Vec::new(),
             max_receive_count: 3,
@@ -118,6 +122,13 @@ impl<K> TestWorker<K> {
     }
 
     setters!();
+
+    /// The bucket of all objects, for `buckets` and job types; `inbox` by default. A name that no
+    /// bucket can have panics in [`run`](Self::run).
+    pub fn bucket(mut self, name: impl Into<String>) -> Self {
+        self.bucket = name.into();
+        self
+    }
 
     /// Adds an object, and a message about it.
     pub fn object(mut self, key: impl Into<String>, bytes: impl AsRef<[u8]>) -> Self {
@@ -159,8 +170,8 @@ impl<K> TestWorker<K> {
     pub async fn run(self) -> TestRun {
         let home = tempfile::tempdir().expect("a temporary directory");
         let path = |name: &str| home.path().join(name);
-        let inbox = path("inbox");
-        write_all(&inbox, &self.objects).expect("the keys are file names");
+        let inbox = write_all(&path("buckets"), &self.bucket, &self.objects)
+            .expect("the keys are file names");
         let takes_batches = self.handler.takes_batches();
         let settings = local_settings(&self.values, takes_batches)
             .and_then(|args| Ok(LocalConfig::try_from(args)?));
@@ -226,6 +237,12 @@ impl<K> TestWorker<K> {
         let dead = queue.dead_letters().into_iter();
         let dead_letters = dead.filter_map(|it| names.get(it.message_id.as_str()).cloned());
         TestRun { attempts, dead_letters: dead_letters.collect(), home }
+    }
+}
+
+impl<K> fmt::Debug for TestWorker<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TestWorker").finish_non_exhaustive()
     }
 }
 
@@ -301,14 +318,17 @@ impl TestRun {
     }
 }
 
-fn write_all(folder: &Path, objects: &[(String, Vec<u8>)]) -> io::Result<()> {
-    std::fs::create_dir_all(folder)?;
+/// Writes the objects into the folder of a bucket, and returns it.
+fn write_all(buckets: &Path, bucket: &str, objects: &[(String, Vec<u8>)]) -> io::Result<PathBuf> {
+    assert!(is_bucket_name(bucket), "{bucket:?} is not the name of a bucket");
+    let folder = buckets.join(bucket);
+    std::fs::create_dir_all(&folder)?;
     for (key, bytes) in objects {
         let path = folder.join(key);
-        std::fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        std::fs::create_dir_all(path.parent().unwrap_or(&folder))?;
         std::fs::write(path, bytes)?;
     }
-    Ok(())
+    Ok(folder)
 }
 
 struct Recorded(Mutex<Vec<Attempt>>);
