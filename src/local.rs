@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::actors::supervisor::{self, World};
-use crate::adapters::local::folder::{Folder, FolderError, Listed, Listing};
+use crate::adapters::local::folder::{Folder, FolderError, Listed, Listing, OUTBOX};
 use crate::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use crate::adapters::local::rehearsal::Rehearsal;
 use crate::job::delivery::{MessageId, Redrive};
@@ -47,7 +47,7 @@ pub async fn run(
     let LocalConfig { inbox, outbox, max_receive_count, ceiling, work, .. } = &config;
     let folder = Folder::new(inbox)?;
     if let Some(outbox) = outbox {
-        folder.check_outside("--outbox", outbox)?;
+        folder.check_outside(OUTBOX, outbox)?;
     }
     let Listing { files, skipped } = folder.list()?;
     let dead_letters = "dead-letters".to_owned();

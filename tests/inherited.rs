@@ -17,18 +17,18 @@ fn other_user(cloud: &Cloud) -> Option<Vec<String>> {
     // The user cannot read root's folders.
     let program = folder.join("leasehold");
     copy(env!("CARGO_BIN_EXE_leasehold"), &program).unwrap();
-    let id = USERS.fetch_add(1, Ordering::Relaxed);
+    // The limit counts all processes of a user, and two test processes may run.
+    let id = 100_000 + 16 * std::process::id() + USERS.fetch_add(1, Ordering::Relaxed);
     let user = format!("setpriv --reuid={id} --regid={id} --clear-groups");
     // The copy, in place of the program that follows.
     let instead = ["sh", "-c", r#"shift; exec "$0" "$@""#, program.to_str().unwrap()];
     Some(user.split(' ').chain(instead).map(str::to_owned).collect())
 }
 
-/// The next one's id.
-static USERS: AtomicU32 = AtomicU32::new(54_391);
+static USERS: AtomicU32 = AtomicU32::new(0);
 
-/// It counts threads, too. One that is too low is found before the message is received; the lowest one that is enough
-/// suffices for the whole job.
+/// It counts threads, too. One that is too low is found before the message is received; the lowest one
+/// that is enough suffices for the whole job.
 #[tokio::test]
 async fn a_limit_of_processes_is_checked_before_the_first_receive() {
     let cloud = Cloud::new(5).await;
@@ -39,12 +39,12 @@ async fn a_limit_of_processes_is_checked_before_the_first_receive() {
         let through: Vec<_> = limit.iter().chain(&user).map(String::as_str).collect();
         Leasehold::start(cloud.command(&through, "--wait 20s", "test -s $JOB_INPUT"))
     };
-    for threads in 1..6 {
+    for threads in 1..7 {
         let refused = pod(1 + threads).expect_exit(78).await;
-        let why = format!("only {threads} of 6 threads can be started");
+        let why = format!("only {threads} of 7 threads can be started");
         assert!(refused.stderr.contains(&why), "{}", refused.stderr);
     }
-    let ended = pod(1 + 6).expect_exit(0).await;
+    let ended = pod(1 + 7).expect_exit(0).await;
     assert_eq!(ended.record("message deleted")["receive_count"], 1);
     assert_eq!(cloud.counts().await, (0, 0));
 }

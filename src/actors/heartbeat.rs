@@ -132,21 +132,19 @@ struct Holding {
 impl Holding {
     async fn until_settled(mut self) -> Event {
         let VisibilityHeartbeat { queue, clock, supervisor, telemetry, .. } = self.actor.clone();
-        let (queue, receipt) = (queue.as_ref(), &self.receipt);
+        let queue = queue.as_ref();
         loop {
             // All inputs first, so that a stop comes before a delete.
-            while let Ok(input) = self.inputs.try_recv() {
-                self.keeper.handle(clock.now(), input);
-            }
+            self.take_inputs(clock.now());
             let answer = match self.keeper.next(clock.now()) {
                 Next::Extend { by, limit } => {
-                    answered(limit, queue.change_visibility(receipt, by)).await
+                    answered(limit, queue.change_visibility(&self.receipt, by)).await
                 }
                 Next::Release { delay, limit } => {
-                    answered(limit, queue.release(receipt, delay)).await
+                    answered(limit, queue.release(&self.receipt, delay)).await
                 }
                 Next::Delete { permit, limit } => {
-                    answered(limit, queue.delete(receipt, permit)).await
+                    answered(limit, queue.delete(&self.receipt, permit)).await
                 }
                 Next::Report(event) => {
                     // Fails only if the supervisor has ended, which outlives its actors.
@@ -169,9 +167,17 @@ impl Holding {
                     continue;
                 }
             };
+            // A delete that failed is not repeated if a stop came meanwhile.
+            self.take_inputs(clock.now());
             let call = self.keeper.state().call.expect("the answer is that of a call");
             self.keeper.handle(clock.now(), Input::Answered(answer.clone()));
             self.log(call, &answer);
+        }
+    }
+
+    fn take_inputs(&mut self, now: Duration) {
+        while let Ok(input) = self.inputs.try_recv() {
+            self.keeper.handle(now, input);
         }
     }
 

@@ -10,8 +10,9 @@
 //! A call is sent at once if no request of its kind is in flight. Otherwise it waits for the answer
 //! to that request, and is sent together with all others that wait. A delete also waits for those of
 //! other runs that work on messages, about as long as a message takes; and the next receive waits for
-//! the runs whose deletes were answered, which then receive together, too. No call waits longer than [`PATIENCE`]: a long poll or a slow request delays neither
-//! a receive nor a heartbeat, and a slow run hardly delays the others.
+//! the runs whose deletes were answered, which then receive together, too. No call waits longer than
+//! [`PATIENCE`]: a long poll or a slow request delays neither a receive nor a heartbeat, and a slow run
+//! hardly delays the others.
 //!
 //! Architecture invariant: a delete is sent only before a stop of the pod, and while its permit is
 //! valid, however long it waited.

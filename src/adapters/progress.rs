@@ -47,6 +47,8 @@ struct Target {
 
 /// In bytes.
 const LONGEST_REPORT: usize = 16 << 10;
+/// In bytes; only the end of the file is read.
+const LONGEST_FILE: u64 = 16 << 20;
 /// How long a connection may wait for its next request, and a request for its body.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// In bytes; the smallest value that hyper accepts.
@@ -157,7 +159,7 @@ async fn report(jobs: &Jobs, request: Request<Incoming>) -> Result<(), Refusal> 
     let report = Value::Object(fields);
     let mut is_taken = false;
     for target in &targets {
-        if append(&target.result_file, &report).is_ok() {
+        if append(&target.result_file, &report, LONGEST_FILE).is_ok() {
             target.activity.record();
             is_taken = true;
         }

@@ -8,18 +8,15 @@ use std::path::Path;
 use nix::libc::O_NONBLOCK;
 use serde_json::Value;
 
-/// In bytes; only the end of the file is read.
-const LONGEST: u64 = 16 << 20;
-
-/// Appends a line. Only to a file: the opening of a pipe that the command has put there would block.
-pub(super) fn append(result_file: &Path, line: &Value) -> io::Result<()> {
+/// Appends a line, unless the file has more than `longest` bytes. Only to a file: the opening of a pipe that the command has put there would block.
+pub(super) fn append(result_file: &Path, line: &Value, longest: u64) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file = options.append(true).create(true).custom_flags(O_NONBLOCK).open(result_file)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    if metadata.len() > LONGEST {
+    if metadata.len() > longest {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     // One write, since the program may append lines of its own.
@@ -41,12 +38,13 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let (file, pipe) = (home.path().join("file"), home.path().join("pipe"));
         mkfifo(&pipe, Mode::S_IRWXU).unwrap();
-        append(&file, &json!({ "reason": "a" })).unwrap();
-        append(&file, &json!({ "reason": "b" })).unwrap();
+        append(&file, &json!({ "reason": "a" }), 0).unwrap();
+        append(&file, &json!({ "reason": "b" }), 15).unwrap();
+        append(&file, &json!({ "reason": "c" }), 29).unwrap_err();
         assert_eq!(fs::read_to_string(&file).unwrap(), "{\"reason\":\"a\"}\n{\"reason\":\"b\"}\n");
-        append(&pipe, &json!({})).unwrap_err();
+        append(&pipe, &json!({}), 0).unwrap_err();
         // With a reader, it opens.
         let _reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
-        append(&pipe, &json!({})).unwrap_err();
+        append(&pipe, &json!({}), 0).unwrap_err();
     }
 }

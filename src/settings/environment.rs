@@ -93,13 +93,13 @@ pub(super) fn unknown_variable(names: impl Iterator<Item = String>) -> Option<St
     ))
 }
 
-/// Whether the name has leasehold's prefix, known or not, and is not a Service's variable.
 /// The first variable of ours whose value is not UTF-8.
 pub(super) fn not_utf8() -> Option<String> {
     let is_bad = |(name, value): &(String, OsString)| is_ours(name) && value.to_str().is_none();
     all().find(is_bad).map(|(name, _)| name)
 }
 
+/// Whether the name has leasehold's prefix, known or not, and is not a Service's variable.
 pub(super) fn is_ours(name: &str) -> bool {
     name.starts_with("LEASEHOLD_") && !is_service_variable(name)
 }

@@ -148,10 +148,14 @@ impl TryFrom<String> for Name {
 /// Longer than any list of job types: a device has no end.
 const LONGEST: u64 = 4 << 20;
 
-/// How long a pipe without a writer, or a hanging NFS, may block: signals wait meanwhile.
+/// How long a pipe without a writer may block: signals wait meanwhile.
 const READING: Duration = Duration::from_secs(10);
 
+/// On another thread, unless it is a file.
 fn read_in_time(path: &str) -> Result<String, String> {
+    if Path::new(path).is_file() {
+        return read(path);
+    }
     let (done, is_done) = mpsc::channel();
     let file = path.to_owned();
     // Fails only after the time.
@@ -164,13 +168,15 @@ fn read_in_time(path: &str) -> Result<String, String> {
 }
 
 fn read(path: &str) -> Result<String, String> {
-    let mut text = String::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let length = file.take(LONGEST + 1).read_to_string(&mut text);
-    match length.map_err(|error| error.to_string())? {
-        length if length as u64 > LONGEST => Err(format!("it is longer than {LONGEST} bytes")),
-        _ => Ok(text),
+    let read = |file: File| {
+        let mut bytes = Vec::new();
+        file.take(LONGEST + 1).read_to_end(&mut bytes).map(|_| bytes)
+    };
+    let bytes = File::open(path).and_then(read).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(format!("it is longer than {LONGEST} bytes"));
     }
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
 }
 
 impl JobTypesFile {

@@ -63,7 +63,7 @@ impl ThreadCheck {
         Self { is_done }
     }
 
-    /// Waits for the result, before any other thread is started.
+    /// Waits for the result. Before it, no other thread should be started.
     pub fn finish(self) -> Result<(), String> {
         self.is_done.recv().unwrap_or_else(|_| Err("the check of the threads panicked".to_owned()))
     }
@@ -98,5 +98,6 @@ fn too_few(running: usize, error: &std::io::Error) -> String {
     )
 }
 
-/// One each for the work, the log and DNS, two for files, and the command's process.
-const THREADS: usize = 6;
+/// One each for the work, the log and DNS, two for files, and two for processes: the command, and the
+/// guard that ends commands if leasehold is killed and is not PID 1.
+const THREADS: usize = 7;

@@ -195,7 +195,7 @@ pub fn each_change_of_the_good_manifest_has_its_finding() {
         (
             (at(CONTAINER, "/lifecycle"), json!({ "stopSignal": "SIGUSR1" })),
             Error,
-            "it is SIGUSR1, which leasehold ignores",
+            "it is SIGUSR1, which starts no graceful shutdown",
         ),
         (
             ("/spec/scalingStrategy".into(), Value::Null),

@@ -98,7 +98,7 @@ fn a_missing_command_is_found_before_any_work() {
     assert!(find_program("/bin/sh".as_ref()).is_ok());
     let refusal = |program: &Path| find_program(program.as_os_str()).unwrap_err().to_string();
     assert_eq!(refusal(Path::new("no-such-program")), "no-such-program: not found in PATH");
-    assert!(refusal(Path::new("")).contains("the name is empty"));
+    assert!(refusal(Path::new("")).contains("the name of the program is empty"));
     let file = tempfile::NamedTempFile::new().unwrap();
     assert!(refusal(file.path()).contains("not executable"));
 }

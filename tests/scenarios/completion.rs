@@ -113,6 +113,23 @@ async fn s15_no_delete_is_retried_after_a_stop() {
     assert_eq!(queue.counts().visible, 1);
 }
 
+/// … also if it fails only after the stop, and the log does not say otherwise …
+#[tokio::test(start_paused = true)]
+async fn s15_a_delete_that_fails_after_a_stop_is_not_retried() {
+    let logs = Logs::default();
+    let _logging = logs.capture();
+    let (queue, command) = (queue(), exits(0));
+    queue.fault_delete(Fault::AnswerDelayed(MINUTE));
+    let result = Journey::new(&queue, &command).run_and_stop_after(6 * S).await;
+    assert_eq!((result.outcome.exit_code(), deletes(&queue)), (143, 1));
+    let complaints = logs.complaints();
+    assert!(
+        complaints.contains(&"the delete failed and is not retried during a stop".to_owned()),
+        "{complaints:?}"
+    );
+    assert!(!complaints.iter().any(|it| it.contains("will be retried")), "{complaints:?}");
+}
+
 /// … and the message is released without waiting for the next try or heartbeat …
 #[tokio::test(start_paused = true)]
 async fn s15_a_stop_between_two_tries_of_a_delete_releases_the_message() {

@@ -101,7 +101,7 @@ impl Folder {
         Ok(Listing { files, skipped })
     }
 
-    /// Refuses a folder for results or state from which the next run would read files as input. It need
+    /// Refuses a folder of `flag`, for results or state, from which the next run would read files as input. It need
     /// not exist yet.
     pub fn check_outside(&self, flag: &str, folder: &Path) -> Result<(), FolderError> {
         let failed = |why: String| FolderError(format!("{flag} {}: {why}", folder.display()));
@@ -121,8 +121,8 @@ impl Folder {
             path.components().any(|name| name.as_os_str().as_encoded_bytes().starts_with(b"."))
         };
         match &self.only {
-            Some(file) if folder == self.root => Err(failed(format!(
-                "the folder would be {}, the input file itself",
+            Some(file) if flag == OUTBOX && folder == self.root => Err(failed(format!(
+                "the folder for its results would be {}, the input file itself",
                 file.display()
             ))),
             None if folder == self.root => {
@@ -130,7 +130,7 @@ impl Folder {
             }
             None => match folder.strip_prefix(&self.root) {
                 Ok(below) if !is_hidden(below) => Err(failed(format!(
-                    "it is inside the inbox {root}, so the next run would process its files"
+                    "it is inside the inbox {root}, so the next run would process its files: set {flag} to another folder"
                 ))),
                 Ok(_) | Err(_) => Ok(()),
             },
@@ -277,6 +277,9 @@ impl Folder {
 }
 
 /// In bytes.
+/// The flag whose folder gets one for the results of each input file.
+pub const OUTBOX: &str = "--outbox";
+
 const CHUNK: usize = 256 * 1024;
 
 /// A file below a folder.
@@ -440,7 +443,7 @@ pub(super) mod tests {
         let answer = |inbox: &str, outbox: &str| {
             Folder::new(&place(inbox))
                 .unwrap()
-                .check_outside("--outbox", &place(outbox))
+                .check_outside(OUTBOX, &place(outbox))
                 .map_err(|why| why.to_string())
         };
         for outbox in ["in", "in/new", "in/below/new/er", "link", "link/new", "inbox-2/../in"] {

@@ -13,7 +13,7 @@ use crate::ports::StartError;
 /// any work.
 pub fn find_program(program: &OsStr) -> Result<PathBuf, StartError> {
     if program.is_empty() {
-        let why = "the name is empty: write the program after --".to_owned();
+        let why = "the name of the program is empty".to_owned();
         return Err(StartError { program: "''".to_owned(), why, ends_the_run: false });
     }
     which::which(program).map_err(|_| {

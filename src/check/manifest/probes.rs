@@ -45,7 +45,7 @@ pub fn findings(container: &Container) -> Vec<Finding> {
         findings.push(Finding::new(
             Rule::StopSignal,
             path.at("lifecycle.stopSignal"),
-            format!("it is {signal}, which leasehold ignores"),
+            format!("it is {signal}, which starts no graceful shutdown"),
             "remove it, or set it to SIGTERM",
         ));
     }

@@ -207,8 +207,8 @@ rules! {
          ```yaml\ninitContainers:\n  - name: install\n    image: leasehold:0.1.0\n    args: [install, /opt/leasehold]\n```";
     UndeclaredVolume "LH322" Error "undeclared-volume": "A container mounts a volume that the pod does not have",
         "Kubernetes rejects the pod, so no Job starts. Add the volume to `spec.volumes`, or correct its name.";
-    StopSignal "LH323" Error "stop-signal": "The pod's stop signal does not stop leasehold",
-        "leasehold shuts down on SIGTERM, SIGINT, SIGQUIT and SIGHUP. Any other signal has no effect, and the kubelet sends SIGKILL at the end of the grace period. Remove `lifecycle.stopSignal`; if the image has another `STOPSIGNAL`, set it to SIGTERM.";
+    StopSignal "LH323" Error "stop-signal": "The pod's stop signal starts no graceful shutdown",
+        "leasehold shuts down on SIGTERM, SIGINT, SIGQUIT and SIGHUP. SIGKILL ends it at once, and after any other signal the kubelet sends SIGKILL at the end of the grace period: the message is not released. Remove `lifecycle.stopSignal`; if the image has another `STOPSIGNAL`, set it to SIGTERM.";
 
     // 4: how a container starts leasehold.
     LeaseholdNotStarted "LH401" Error "leasehold-not-started": "The container starts another program",
