@@ -235,12 +235,16 @@ fn show(duration: &Duration) -> String {
 }
 
 /// Replaces the flags for which `name` returns another name. `name` gets them without dashes. A flag
-/// begins a word: `/srv/jobs--wait` has none.
-pub(super) fn rename_flags(text: &str, name: impl Fn(&str) -> Option<String>) -> String {
+/// begins a word, after a blank or one of `openings`: `/srv/jobs--wait` has none.
+pub(super) fn rename_flags(
+    text: &str,
+    openings: &[char],
+    name: impl Fn(&str) -> Option<String>,
+) -> String {
     let mut parts = text.split("--");
     let mut renamed = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let begins_word = renamed.ends_with(|c: char| c.is_whitespace() || "('`[".contains(c));
+        let begins_word = renamed.ends_with(|c: char| c.is_whitespace() || openings.contains(&c));
         let (flag, rest) = part.split_at(end_of_flag(part));
         match name(flag).filter(|_| begins_word || renamed.is_empty()) {
             Some(name) => renamed.push_str(&name),

@@ -42,7 +42,8 @@ pub fn as_given(text: &str) -> String {
     };
     let variables: Vec<String> =
         environment::all().filter(|(_, value)| !value.is_empty()).map(|(name, _)| name).collect();
-    rename_flags(text, |flag| {
+    // clap quotes flags.
+    rename_flags(text, &['(', '[', '\''], |flag| {
         Some(variable(flag)).filter(|name| variables.contains(name) && !is_word(flag))
     })
 }
@@ -144,6 +145,7 @@ mod tests {
         let name = |flag: &str| (flag == "wait").then(|| "LEASEHOLD_WAIT".to_owned());
         let renamed = rename_flags(
             "error: invalid value '90' for '--wait <TIME>' -- see --wait-long, --help, --",
+            &['\''],
             name,
         );
         assert_eq!(

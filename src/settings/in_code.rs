@@ -97,7 +97,8 @@ pub fn as_code(complaint: &str) -> String {
     let names = [names, given::names::<LocalSettings>()].concat();
     // A build may lack some of the latter.
     let is_ours = |flag: &str| names.contains(&flag) || instead(&PROGRAM_ONLY, flag).is_some();
-    rename_flags(complaint, |flag| is_ours(flag).then(|| given::in_code(flag)))
+    // Values are in quotes.
+    rename_flags(complaint, &['('], |flag| is_ours(flag).then(|| given::in_code(flag)))
 }
 
 #[cfg(test)]
@@ -247,6 +248,7 @@ mod tests {
         for (complaint, in_code) in [
             ("--work-dir /srv/jobs--tmp-1: it is full", "work_dir /srv/jobs--tmp-1: it is full"),
             ("set --max-duration, or (--wait)", "set max_duration, or (wait)"),
+            ("invalid value '--wait' for --stop-grace", "invalid value '--wait' for stop_grace"),
             (
                 "the folder /a --b/--wait -- and --no-setting",
                 "the folder /a --b/--wait -- and --no-setting",

@@ -77,7 +77,7 @@ impl SourceMap {
 
     /// Removes the dashes of flags that are set in this job type: the file has no dashes.
     pub fn with_field_names(&self, error: &str) -> String {
-        rename_flags(error, |flag| self.0.contains_key(flag).then(|| flag.to_owned()))
+        rename_flags(error, &['('], |flag| self.0.contains_key(flag).then(|| flag.to_owned()))
     }
 
     /// The position of the first setting that an error names (`--max-duration 13h is over …`), or of
