@@ -41,7 +41,7 @@ pub fn check_threads() -> Result<(), String> {
 }
 
 /// A limit of processes (`ulimit -u`, the pod's pids) also limits threads, and a failed start would
-/// hang or panic during the work. So this starts all threads once, at the same time: a fifth of the
+/// hang or panic during the work. So this starts all threads once, at the same time: a sixth of the
 /// time to the first receive, so on a thread of its own, while the command line is parsed.
 pub struct ThreadCheck {
     is_done: Receiver<Result<(), String>>,
